@@ -1,0 +1,1 @@
+"""The benchmark suite behind `make bench`. It stands outside the package and may look into it."""

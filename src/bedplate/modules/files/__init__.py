@@ -1,0 +1,1 @@
+"""Files: what users upload, where it lies, and what can be read in it."""

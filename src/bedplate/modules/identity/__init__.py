@@ -1,0 +1,1 @@
+"""Identity: accounts, sessions, confirmation by e-mail, service keys."""

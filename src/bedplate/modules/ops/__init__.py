@@ -1,0 +1,1 @@
+"""Ops: maintenance mode, system status, the audit log."""

@@ -1,0 +1,1 @@
+"""Payments: money taken for an order through a provider, once, and given back."""

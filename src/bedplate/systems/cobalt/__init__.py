@@ -1,0 +1,1 @@
+"""Cobalt: username and e-mail sign-in, refresh by cookie, administration."""

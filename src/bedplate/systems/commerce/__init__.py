@@ -1,0 +1,1 @@
+"""Commerce: users, orders, payments and notifications, each a service of one document."""

@@ -1,0 +1,1 @@
+"""Pantstack: versioned users, authentication and administration, service clients."""
