@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -253,8 +253,10 @@ async def _start(runtime: Runtime, stack: AsyncExitStack) -> None:
         tails = TailRoutes(database, runtime.clock)
         await tails.start()
         stack.push_async_callback(tails.stop)
+    # Each by itself: one that waits for a server that does not answer delays no other.
     for works, seconds in ((runtime.sweeps, SWEEP_SECONDS), (runtime.mends, MEND_SECONDS)):
-        stack.push_async_callback(_cancel, asyncio.create_task(_repeat(works, seconds)))
+        for work in works:
+            stack.push_async_callback(_cancel, asyncio.create_task(_repeat(work, seconds)))
 
 
 def _missing(runtime: Runtime) -> Iterator[str]:
@@ -277,13 +279,12 @@ def listens(runtime: Runtime) -> dict[str, set[type[Event]]]:
     return found
 
 
-async def _repeat(works: Sequence[Work], seconds: float) -> None:
+async def _repeat(work: Work, seconds: float) -> None:
     while True:
-        for work in works:
-            try:
-                await work()
-            except Exception as error:  # the next time tries again
-                log.warning("a sweep failed", extra={"reason": type(error).__name__})
+        try:
+            await work()
+        except Exception as error:  # the next time tries again
+            log.warning("a sweep failed", extra={"reason": type(error).__name__})
         await asyncio.sleep(seconds)
 
 

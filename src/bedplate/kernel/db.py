@@ -1,4 +1,4 @@
-"""The database: tables are declared with SQLAlchemy, statements executed by Core, rows become frozen values.
+"""The database: tables and statements are SQLAlchemy's, the drivers run them, rows are frozen values.
 
 One interface, two engines: `sqlite.py` (embedded) and `postgres.py`. Reads open no transaction. A mutating facade
 method has one visible `async with db.transaction() as tx:`, inside which nothing is awaited but tx itself.

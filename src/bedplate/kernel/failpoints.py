@@ -1,4 +1,4 @@
-"""Failpoints: named places where a test makes this process die, fail or hang. Without a test they are one comparison.
+"""Failpoints: named places where a test makes this process die, fail or hang. Without a test they are two comparisons.
 
 BEDPLATE_TEST_FAILPOINT="name:exit", "name:raise" or "name:hang", with ":3" at the end for the third time that the place
 is reached (every other time it lets pass), is read once, when the process starts. The names are found in the source:
@@ -7,6 +7,8 @@ each stands whole in a call of `reach`.
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 VARIABLE = "BEDPLATE_TEST_FAILPOINT"
@@ -20,6 +22,9 @@ class FailpointReached(RuntimeError):
     """A test wanted it to end here."""
 
 
+Watcher = Callable[[str], Awaitable[None]]
+
+
 @dataclass
 class _Armed:
     name: str = ""
@@ -28,6 +33,7 @@ class _Armed:
 
 
 _armed = _Armed()
+_watchers: list[Watcher] = []
 
 
 def arm(text: str) -> None:
@@ -41,8 +47,20 @@ def arm(text: str) -> None:
     _armed.name, _armed.action, _armed.passes = name, action, int(nth) - 1
 
 
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Await `watcher` with the name of every place that is reached meanwhile: to count, or to let others go first."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
 async def reach(name: str) -> None:
     """This place is reached. `name`: module, operation and place, such as "orders.place.after_commit"."""
+    for watcher in _watchers:
+        await watcher(name)
     if name == _armed.name:
         await _fail(name)
 

@@ -1,34 +1,39 @@
 """PostgreSQL through asyncpg."""
 
 import asyncio
+import json
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import CursorResult, Executable, text
+from sqlalchemy import Executable, text
+from sqlalchemy.dialects.postgresql.asyncpg import dialect as Dialect
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from bedplate.kernel.db import Database, Parameters, Record, Transaction, UniqueViolation, together
 from bedplate.kernel.errors import StorageFailed, Unavailable
 from bedplate.kernel.settings import OperatorError
+from bedplate.kernel.statements import Plans
+
+T = TypeVar("T")
 
 log = logging.getLogger("bedplate.postgres")
 
 COMMAND_SECONDS = 5.0
 CONNECT_SECONDS = 3.0
-POOL_SECONDS = 2.0
+POOL_SECONDS = 5.0
 POOL_SIZE = 10
+# More than the product has; what was prepared once is run without being parsed again.
+PREPARED = 1000
 GONE = (
     OSError,
     TimeoutError,
-    PoolTimeout,
     asyncpg.InterfaceError,
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,
@@ -39,26 +44,20 @@ GONE = (
 )
 
 
-def engine_for(url: str, command_seconds: float | None = COMMAND_SECONDS) -> AsyncEngine:
-    """An asynchronous engine. Also used by the migrations."""
+def engine_for(url: str) -> AsyncEngine:
+    """An asynchronous engine for the migrations, whose statements take as long as they take."""
     dsn = dsn_of(url)
-
-    async def connect() -> asyncpg.Connection:
-        try:
-            return await asyncpg.connect(dsn, timeout=CONNECT_SECONDS, command_timeout=command_seconds)
-        except (ValueError, ssl.SSLError) as error:  # of the URL's parameters
-            raise OperatorError(f"DATABASE_URL cannot be used: {error}") from None
-
     return create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=connect,
-        pool_size=POOL_SIZE,
-        max_overflow=0,
-        pool_timeout=POOL_SECONDS,
-        pool_use_lifo=True,
-        query_cache_size=2000,
-        hide_parameters=True,
+        "postgresql+asyncpg://", async_creator=lambda: connect(dsn, command_timeout=None), hide_parameters=True
     )
+
+
+async def connect(dsn: str, **options: Any) -> asyncpg.Connection:
+    """Raises OperatorError for a mistake in the URL's parameters."""
+    try:
+        return await asyncpg.connect(dsn, timeout=CONNECT_SECONDS, **options)
+    except (ValueError, ssl.SSLError) as error:
+        raise OperatorError(f"DATABASE_URL cannot be used: {error}") from None
 
 
 def dsn_of(url: str) -> str:
@@ -75,55 +74,117 @@ def dsn_of(url: str) -> str:
     return parsed.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
+class Pool:
+    """Connections, the one that was used last first."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._turns = asyncio.Semaphore(POOL_SIZE)
+        self._free: list[asyncpg.Connection] = []
+        self.taken = 0
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """One that nobody else has. Where work on it was cut short, nobody knows what it is at: it is not used again.
+
+        Raises:
+            Unavailable: none can be had.
+        """
+        connection = await answered(self._take())
+        sound = False
+        try:
+            yield connection
+            sound = True
+        except Exception as error:
+            sound = not isinstance(error, Unavailable)
+            raise
+        finally:
+            if sound and not connection.is_closed():
+                self._free.append(connection)
+            else:
+                connection.terminate()
+            self.taken -= 1
+            self._turns.release()
+
+    async def close(self) -> None:
+        for connection in self._free:
+            connection.terminate()
+        self._free.clear()
+
+    async def _take(self) -> asyncpg.Connection:
+        async with asyncio.timeout(POOL_SECONDS) if self._turns.locked() else nullcontext():
+            await self._turns.acquire()
+        try:
+            while self._free:
+                connection = self._free.pop()
+                if not connection.is_closed():
+                    break
+            else:
+                connection = await self._open()
+        except BaseException:
+            self._turns.release()
+            raise
+        self.taken += 1
+        return connection
+
+    async def _open(self) -> asyncpg.Connection:
+        connection = await connect(self._dsn, command_timeout=COMMAND_SECONDS, statement_cache_size=PREPARED)
+        try:
+            await connection.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=json.loads)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+
 class PostgresTransaction(Transaction):
-    def __init__(self, database: "PostgresDatabase", connection: AsyncConnection) -> None:
+    def __init__(self, database: "PostgresDatabase", connection: asyncpg.Connection) -> None:
         super().__init__(database.routes)
         self._database = database
         self._connection = connection
 
     async def all(self, statement: Executable, parameters: Parameters | None = None) -> Sequence[Record]:
-        return (await self._run(statement, parameters)).all()
+        return await self._database.rows(self._connection, statement, parameters)
 
     async def first(self, statement: Executable, parameters: Parameters | None = None) -> Record | None:
-        return (await self._run(statement, parameters)).first()
+        return await self._database.row(self._connection, statement, parameters)
 
     async def execute(self, statement: Executable, parameters: Any = None) -> int:
-        return (await self._run(statement, parameters)).rowcount
-
-    async def _run(self, statement: Executable, parameters: Any) -> CursorResult[*tuple[Any, ...]]:
-        try:
-            return await self._database.run(self._connection, statement, parameters)
-        except IntegrityError as violation:
-            name = getattr(violation.orig.__cause__, "constraint_name", None) if violation.orig else None
-            if getattr(violation.orig, "sqlstate", "") == "23505" and name:
-                raise UniqueViolation(name) from violation
-            raise
+        return await self._database.execute(self._connection, statement, parameters)
 
 
 class PostgresDatabase(Database):
     def __init__(self, url: str) -> None:
         super().__init__()
-        self._engine = engine_for(url)
-        # Single statements commit by themselves: no BEGIN and COMMIT around a read.
-        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        self.dialect = self._engine.dialect
+        self._pool = Pool(dsn_of(url))
+        self.dialect = Dialect()  # type: ignore[no-untyped-call]
+        self._plans = Plans(self.dialect)
 
     async def all(self, statement: Executable, parameters: Parameters | None = None) -> Sequence[Record]:
-        async with _reachable(), self._autocommit.connect() as connection:
-            return (await self.run(connection, statement, parameters)).all()
+        async with self._pool.connection() as connection:
+            return await self.rows(connection, statement, parameters)
 
     async def first(self, statement: Executable, parameters: Parameters | None = None) -> Record | None:
-        async with _reachable(), self._autocommit.connect() as connection:
-            return (await self.run(connection, statement, parameters)).first()
+        async with self._pool.connection() as connection:
+            return await self.row(connection, statement, parameters)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         finished: Transaction | None = None
         try:
-            async with _reachable(), self._engine.begin() as connection:
-                transaction = PostgresTransaction(self, connection)
-                yield transaction
+            async with self._pool.connection() as connection:
+                await answered(connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED"))
+                try:
+                    yield (transaction := PostgresTransaction(self, connection))
+                except Unavailable:  # its connection is thrown away
+                    raise
+                except Exception:
+                    await answered(connection.execute("ROLLBACK"))
+                    raise
                 finished = transaction
+                if await answered(connection.execute("COMMIT")) != "COMMIT":
+                    log.error("a transaction went on after one of its statements had failed")
+                    raise StorageFailed()
         finally:
             # Also if the answer to the commit was lost or nobody waits for it: forgetting too much does no harm.
             if finished is not None:
@@ -133,28 +194,57 @@ class PostgresDatabase(Database):
         return False
 
     def connections(self) -> int:
-        pool: Any = self._engine.pool
-        return int(pool.checkedout())
+        return self._pool.taken
 
-    async def run(
-        self, connection: AsyncConnection, statement: Executable, parameters: Any
-    ) -> CursorResult[*tuple[Any, ...]]:
-        """Execute, and say how long it took."""
+    async def rows(
+        self, connection: asyncpg.Connection, statement: Executable, parameters: Parameters | None
+    ) -> Sequence[Record]:
+        plan = self._plans.of(statement, parameters or {})
+        found = await self._timed(connection.fetch(plan.sql, *plan.values(parameters or {})))
+        if not found:
+            return []
+        make = plan.make or plan.learn(list(found[0].keys()))
+        return [make(tuple(record)) for record in found]
+
+    async def row(
+        self, connection: asyncpg.Connection, statement: Executable, parameters: Parameters | None
+    ) -> Record | None:
+        plan = self._plans.of(statement, parameters or {})
+        found = await self._timed(connection.fetchrow(plan.sql, *plan.values(parameters or {})))
+        if found is None:
+            return None
+        return (plan.make or plan.learn(list(found.keys())))(tuple(found))
+
+    async def execute(self, connection: asyncpg.Connection, statement: Executable, parameters: Any) -> int:
+        """The number of rows changed; of several executions it is not known."""
+        if isinstance(parameters, list):
+            plan = self._plans.of(statement, parameters[0])
+            await self._timed(connection.executemany(plan.sql, [plan.values(each) for each in parameters]))
+            return -1
+        plan = self._plans.of(statement, parameters or {})
+        status: str = await self._timed(connection.execute(plan.sql, *plan.values(parameters or {})))
+        count = status.rpartition(" ")[2]  # "UPDATE 3"
+        return int(count) if count.isdecimal() else -1
+
+    async def _timed(self, asked: Awaitable[T]) -> T:
         if not self.observers:
-            return await connection.execute(statement, parameters)
+            return await answered(asked)
         began = time.perf_counter()
         try:
-            return await connection.execute(statement, parameters)
+            return await answered(asked)
         finally:
             seconds = time.perf_counter() - began
             for observe in self.observers:
                 observe(seconds)
 
     async def ping(self) -> None:
-        await self.first(text("SELECT 1"))
+        await self.first(_PING)
 
     async def close(self) -> None:
-        await self._engine.dispose()
+        await self._pool.close()
+
+
+_PING = text("SELECT 1")
 
 
 def cause_of(error: Exception) -> str:
@@ -163,21 +253,15 @@ def cause_of(error: Exception) -> str:
     return str(cause.__cause__ or cause).splitlines()[0]
 
 
-@asynccontextmanager
-async def _reachable() -> AsyncIterator[None]:
-    """A lost or full database becomes Unavailable: a 503 that tells clients to come back."""
+async def answered(asked: Awaitable[T]) -> T:
+    """What the server says. A lost or full database becomes Unavailable: a 503 that tells clients to come back."""
     try:
-        yield
+        return await asked
+    except asyncpg.UniqueViolationError as violation:
+        raise UniqueViolation(violation.constraint_name) from violation
     except GONE as error:
-        raise _away(error) from error
-    except DBAPIError as error:
-        cause = error.orig.__cause__ if error.orig else None
-        if error.connection_invalidated or isinstance(cause, GONE):
-            raise _away(cause or error) from error
+        log.warning("PostgreSQL does not answer", extra={"reason": type(error).__name__})
+        raise Unavailable() from error
+    except asyncpg.PostgresError as error:
         log.error("unexpected database error", exc_info=error)
         raise StorageFailed() from error
-
-
-def _away(error: BaseException) -> Unavailable:
-    log.warning("PostgreSQL does not answer", extra={"reason": type(error).__name__})
-    return Unavailable()

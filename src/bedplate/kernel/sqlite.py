@@ -11,20 +11,21 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Engine, Executable, create_engine, event
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy import Connection, Engine, Executable, create_engine
+from sqlalchemy.dialects.sqlite.pysqlite import dialect as Dialect
 from sqlalchemy.pool import NullPool
 
 from bedplate.kernel.db import Database, Parameters, Record, Transaction, UniqueViolation, together
 from bedplate.kernel.errors import StorageFailed, Unavailable
 from bedplate.kernel.settings import OperatorError
+from bedplate.kernel.statements import Plans
 
 try:  # a current SQLite where the platform has a wheel of it; the standard library's is often years old
     from pysqlite3 import dbapi2 as driver
@@ -38,6 +39,8 @@ WAIT_SECONDS = 5.0
 INLINE_SECONDS = 0.0004
 # Readers wait for nobody but the recovery after another process was killed.
 READER_WAIT_MILLISECONDS = 1000
+# More than the product has; what was prepared once is run without being parsed again.
+PREPARED = 1000
 # Versions before this can corrupt the file when two connections write and checkpoint at once (WAL reset).
 SAFE_FOR_SEVERAL_WRITERS = (3, 51, 3)
 
@@ -48,28 +51,29 @@ def safe_for_several_processes() -> bool:
 
 
 def engine_for(path: str) -> Engine:
-    """A synchronous engine with the pragmas that the product relies on. Also used by the migrations."""
+    """A synchronous engine for the migrations."""
+    return create_engine(
+        f"sqlite:///{path}",
+        module=driver,
+        creator=lambda: connect(path),
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",
+        hide_parameters=True,
+    )
+
+
+def connect(path: str) -> Any:
+    """A connection with the pragmas that the product relies on. Raises OperatorError: the file cannot be used."""
     # For its owner only: it holds password hashes. The files beside it get the same mode.
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as error:
         raise OperatorError(f"cannot use the database {path}: {error.strerror}") from None
-    engine = create_engine(
-        f"sqlite:///{path}",
-        module=driver,
-        poolclass=NullPool,
-        isolation_level="AUTOCOMMIT",
-        query_cache_size=2000,
-        hide_parameters=True,
-    )
-
-    @event.listens_for(engine, "connect")
-    def pragmas(connection: Any, _: object) -> None:
-        # Busy waits would stop the whole loop, so the writer's retries are made by transaction() below.
-        for pragma in ("busy_timeout=0", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            _retrying(connection.execute, f"PRAGMA {pragma}")
-
-    return engine
+    connection = driver.connect(path, isolation_level=None, check_same_thread=False, cached_statements=PREPARED)
+    # Busy waits would stop the whole loop, so the writer's retries are made by transaction() below.
+    for pragma in ("busy_timeout=0", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        _retrying(connection.execute, f"PRAGMA {pragma}")
+    return connection
 
 
 def path_of(url: str) -> str:
@@ -99,22 +103,19 @@ def _retrying(execute: Any, statement: str) -> None:
 
 
 class SqliteTransaction(Transaction):
-    def __init__(self, database: "SqliteDatabase", connection: Connection) -> None:
+    def __init__(self, database: "SqliteDatabase", writer: Any) -> None:
         super().__init__(database.routes)
         self._database = database
-        self._connection = connection
+        self._writer = writer
 
     async def all(self, statement: Executable, parameters: Parameters | None = None) -> Sequence[Record]:
-        return self._run(statement, parameters).all()
+        return self._database.rows(self._writer, statement, parameters)
 
     async def first(self, statement: Executable, parameters: Parameters | None = None) -> Record | None:
-        return self._run(statement, parameters).first()
+        return self._database.row(self._writer, statement, parameters)
 
     async def execute(self, statement: Executable, parameters: Any = None) -> int:
-        return self._run(statement, parameters).rowcount
-
-    def _run(self, statement: Executable, parameters: Any) -> CursorResult[*tuple[Any, ...]]:
-        return self._database.run(self._connection, statement, parameters)
+        return self._database.execute(self._writer, statement, parameters)
 
 
 class SqliteDatabase(Database):
@@ -122,36 +123,34 @@ class SqliteDatabase(Database):
         super().__init__()
         try:
             Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._engine = engine_for(path)
-            self._reader = self._engine.connect()
-            self._writer = self._engine.connect()
-            self._reader.exec_driver_sql(f"PRAGMA busy_timeout={READER_WAIT_MILLISECONDS}")
-        except (OSError, OperationalError) as error:
-            raise OperatorError(f"cannot open the database {path}: {_cause(error)}") from None
-        self.dialect = self._engine.dialect
+            self._reader = connect(path)
+            self._bare = connect(path)
+            self._reader.execute(f"PRAGMA busy_timeout={READER_WAIT_MILLISECONDS}")
+        except (OSError, driver.OperationalError) as error:
+            cause = error.strerror if isinstance(error, OSError) else error
+            raise OperatorError(f"cannot open the database {path}: {cause}") from None
+        self.dialect = Dialect()
+        self._plans = Plans(self.dialect)
         self._turn = asyncio.Lock()
         self._group: asyncio.Future[None] | None = None
         self._members: list[Transaction] = []
         self._committer: asyncio.Task[None] | None = None
         self._commit_seconds: deque[float] = deque([0.0], maxlen=15)
         self._syncer = ThreadPoolExecutor(1, "sync")
-        # Below SQLAlchemy, for what runs on every request or around every write.
-        bare: Any = self._writer.connection.driver_connection
-        self._bare = bare
-        self._version: Any = self._bare.cursor()
+        self._version = self._bare.cursor()
         self._last_version = self._data_version()
         self._asked = False
         self._missed = False
 
     async def all(self, statement: Executable, parameters: Parameters | None = None) -> Sequence[Record]:
-        return self.run(self._reader, statement, parameters).all()
+        return self.rows(self._reader, statement, parameters)
 
     async def first(self, statement: Executable, parameters: Parameters | None = None) -> Record | None:
-        return self.run(self._reader, statement, parameters).first()
+        return self.row(self._reader, statement, parameters)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
-        transaction = SqliteTransaction(self, self._writer)
+        transaction = SqliteTransaction(self, self._bare)
         async with self._my_turn():
             durable = await self._join_group(transaction)
             self._bare.execute("SAVEPOINT one")
@@ -188,31 +187,51 @@ class SqliteDatabase(Database):
     def connections(self) -> int:
         return 2  # one reads, one writes
 
-    def run(self, connection: Connection, statement: Executable, parameters: Any) -> CursorResult[*tuple[Any, ...]]:
-        """Execute on one of the two connections, and say how long it took."""
+    def rows(self, connection: Any, statement: Executable, parameters: Parameters | None) -> Sequence[Record]:
+        plan = self._plans.of(statement, parameters or {})
+        cursor = self._run(connection.execute, plan.sql, plan.values(parameters or {}))
+        found = _answered(cursor.fetchall)
+        make = plan.make or plan.learn([column[0] for column in cursor.description])
+        return [make(each) for each in found]
+
+    def row(self, connection: Any, statement: Executable, parameters: Parameters | None) -> Record | None:
+        plan = self._plans.of(statement, parameters or {})
+        cursor = self._run(connection.execute, plan.sql, plan.values(parameters or {}))
+        found = _answered(cursor.fetchone)
+        make = plan.make or plan.learn([column[0] for column in cursor.description])
+        cursor.close()  # or it would go on reading what is there now
+        return None if found is None else make(found)
+
+    def execute(self, connection: Any, statement: Executable, parameters: Any) -> int:
+        if isinstance(parameters, list):
+            plan = self._plans.of(statement, parameters[0])
+            cursor = self._run(connection.executemany, plan.sql, [plan.values(each) for each in parameters])
+        else:
+            plan = self._plans.of(statement, parameters or {})
+            cursor = self._run(connection.execute, plan.sql, plan.values(parameters or {}))
+        return int(cursor.rowcount)
+
+    def _run(self, execute: Any, sql: str, values: Any) -> Any:
+        """Execute, and say how long it took."""
         if not self.observers:
-            return _execute(connection, statement, parameters)
+            return _answered(execute, sql, values)
         began = time.perf_counter()
         try:
-            return _execute(connection, statement, parameters)
+            return _answered(execute, sql, values)
         finally:
             seconds = time.perf_counter() - began
             for observe in self.observers:
                 observe(seconds)
 
     async def ping(self) -> None:
-        try:
-            self._reader.exec_driver_sql("SELECT 1")
-        except OperationalError:
-            raise Unavailable() from None
+        _answered(self._reader.execute, "SELECT 1").close()
 
     async def close(self) -> None:
         if self._committer is not None:
             await self._committer
         self._syncer.shutdown()
         self._reader.close()
-        self._writer.close()
-        self._engine.dispose()
+        self._bare.close()
 
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[None]:
@@ -288,29 +307,19 @@ class SqliteDatabase(Database):
         return int(self._version.fetchone()[0])
 
 
-def _execute(
-    connection: Connection, statement: Executable, parameters: Parameters | None
-) -> CursorResult[*tuple[Any, ...]]:
+def _answered(ask: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        return connection.execute(statement, parameters)
-    except OperationalError as error:  # locked, full, broken
-        log.warning("SQLite does not answer", extra={"reason": str(error.orig)})
+        return ask(*arguments)
+    except driver.OperationalError as error:  # locked, full, broken
+        log.warning("SQLite does not answer", extra={"reason": str(error)})
         raise Unavailable() from error
-    except IntegrityError as error:
-        raise _unique(error) from error
-    except DBAPIError as error:
+    except driver.IntegrityError as error:
+        # "UNIQUE constraint failed: identity_users.email_key"
+        words = str(error)
+        if words.startswith("UNIQUE"):
+            raise UniqueViolation(words.rpartition(": ")[2].replace(".", "_")) from error
         log.error("unexpected database error", exc_info=error)
         raise StorageFailed() from error
-
-
-def _unique(violation: IntegrityError) -> Exception:
-    # "UNIQUE constraint failed: identity_users.email_key"
-    text = str(violation.orig)
-    if text.startswith("UNIQUE"):
-        return UniqueViolation(text.rpartition(": ")[2].replace(".", "_"))
-    log.error("unexpected database error", exc_info=violation)
-    return StorageFailed()
-
-
-def _cause(error: Exception) -> str:
-    return str(error.orig if isinstance(error, OperationalError) else error.strerror or error)  # type: ignore[attr-defined]
+    except driver.Error as error:
+        log.error("unexpected database error", exc_info=error)
+        raise StorageFailed() from error

@@ -65,7 +65,7 @@ def _sqlite(url: str) -> Iterator[Connection]:
 async def _on_postgres(url: str, work: Callable[[Connection], T]) -> T:
     from bedplate.kernel import postgres  # noqa: PLC0415  # a large driver that SQLite does without
 
-    engine = postgres.engine_for(url, command_seconds=None)  # a migration takes as long as it takes
+    engine = postgres.engine_for(url)
     try:
         async with engine.begin() as connection:
             return await connection.run_sync(work)

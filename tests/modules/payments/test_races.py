@@ -7,11 +7,11 @@ from decimal import Decimal
 
 import pytest
 
+from bedplate.kernel import failpoints
 from bedplate.kernel.idempotency import IdempotencyKeyInWork, Once
 from bedplate.kernel.outbox import Delivery
 from bedplate.models import OutboxRow, PaymentRow, RefundRow
 from bedplate.modules.orders.public import OrderNotModifiable, OrderStatus
-from bedplate.modules.payments import payments, processing
 from bedplate.modules.payments.public import AlreadyPaid, Payment, PaymentStatus, RefundNotAllowed
 from bedplate.modules.payments.sandbox import CHARGE, REFUND
 from tests.modules.payments.shop import TOTAL, Shop, card, once
@@ -98,7 +98,7 @@ class Shuffle:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
-    async def reach(self, name: str) -> None:
+    async def reached(self, name: str) -> None:
         await self.pause()
 
     async def pause(self) -> None:
@@ -164,14 +164,13 @@ async def race(shop: Shop, shuffle: Shuffle, seed: int) -> str:
     return row.failure_reason or f"{row.status}: {row.refund_reason}"
 
 
-async def races(shop: Shop, seeds: range, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+async def races(shop: Shop, seeds: range) -> Counter[str]:
     """What they came to, each with an interleaving of its own by its number."""
     ends: Counter[str] = Counter()
     for seed in seeds:
         shuffle = Shuffle(seed)
-        for module in (payments, processing):
-            monkeypatch.setattr(module, "reach", shuffle.reach)
-        ends[await race(shop, shuffle, seed)] += 1
+        with failpoints.watched(shuffle.reached):
+            ends[await race(shop, shuffle, seed)] += 1
     assert await shop.moved() == await shop.booked() == 0
     return ends
 
@@ -179,13 +178,13 @@ async def races(shop: Shop, seeds: range, monkeypatch: pytest.MonkeyPatch) -> Co
 @pytest.mark.parametrize("quarter", range(4))
 @pytest.mark.timeout(300)
 async def test_a_cancellation_racing_a_payment_leaves_money_and_state_in_agreement(
-    sqlite_shop: Shop, quarter: int, monkeypatch: pytest.MonkeyPatch
+    sqlite_shop: Shop, quarter: int
 ) -> None:
     """A thousand runs."""
-    ends = await races(sqlite_shop, range(quarter * 250, quarter * 250 + 250), monkeypatch)
+    ends = await races(sqlite_shop, range(quarter * 250, quarter * 250 + 250))
     ways = ("never paid", "Order cancelled", "refunded: Order cancelled", "Insufficient funds")
     assert [way for way in ways if ends[way] < 5] == [], f"the race must be an open one: {ends}"
 
 
-async def test_a_cancellation_racing_a_payment_on_every_engine(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(await races(shop, range(10_000, 10_030), monkeypatch)) > 2
+async def test_a_cancellation_racing_a_payment_on_every_engine(shop: Shop) -> None:
+    assert len(await races(shop, range(10_000, 10_030))) > 2
