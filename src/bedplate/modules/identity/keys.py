@@ -1,6 +1,6 @@
 """Service keys: credentials of other programs, of which only hashes are stored."""
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from bedplate.kernel.cache import Cache
 from bedplate.kernel.clock import Clock
@@ -22,6 +22,7 @@ MAXIMUM_LISTED = 1000
 TAG = "service-keys"
 
 _COLUMNS = (ServiceKeyRow.id, ServiceKeyRow.name, ServiceKeyRow.created_at, ServiceKeyRow.revoked_at)
+_BY_HASH = select(*_COLUMNS).where(ServiceKeyRow.key_hash == bindparam("hashed"))
 
 
 class ServiceKeysService(ServiceKeys):
@@ -52,7 +53,7 @@ class ServiceKeysService(ServiceKeys):
         hashed = digest(key)
 
         async def load() -> ServiceKey:
-            row = await self._db.first(select(*_COLUMNS).where(ServiceKeyRow.key_hash == hashed))
+            row = await self._db.first(_BY_HASH, {"hashed": hashed})
             if row is None or row.revoked_at is not None:
                 raise InvalidToken()
             return ServiceKey(*row)

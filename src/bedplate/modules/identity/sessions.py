@@ -43,6 +43,20 @@ _ROTATE = (
     .where(RefreshTokenRow.id == bindparam("token_id"), RefreshTokenRow.rotated_at.is_(None))
     .values(rotated_at=bindparam("at"), child_id=bindparam("child"))
 )
+# Only if neither the password nor the state has changed while the hash was computed.
+_SIGN_IN = (
+    update(UserRow)
+    .where(UserRow.id == bindparam("whom"), UserRow.password_hash == bindparam("stored"), UserRow.disabled_at.is_(None))
+    .returning(*COLUMNS)
+)
+_OPEN = insert(SessionRow)
+_STORE = insert(RefreshTokenRow)
+_EXTEND = update(SessionRow).where(SessionRow.id == bindparam("session"))
+_END = (
+    update(SessionRow)
+    .where(SessionRow.id == bindparam("session"), SessionRow.revoked_at.is_(None))
+    .values(revoked_at=bindparam("at"))
+)
 _child = RefreshTokenRow.__table__.alias("child")
 _SUCCESSOR = (
     select(RefreshTokenRow.rotated_at.label("parent_rotated_at"), _child)
@@ -92,12 +106,8 @@ class SessionsService(Sessions):
         fresh_hash = await self._passwords.hash(password) if self._passwords.outdated(stored) else stored
         now = self._clock.now()
         async with self._db.transaction() as tx:
-            # Only if neither the password nor the state has changed while the hash was computed.
             signed_in = await tx.first(
-                update(UserRow)
-                .where(UserRow.id == row.id, UserRow.password_hash == stored, UserRow.disabled_at.is_(None))
-                .values(last_login_at=now, password_hash=fresh_hash)
-                .returning(*COLUMNS)
+                _SIGN_IN, {"whom": row.id, "stored": stored, "last_login_at": now, "password_hash": fresh_hash}
             )
             if signed_in is None:
                 raise InvalidCredentials()
@@ -149,19 +159,13 @@ class SessionsService(Sessions):
             await delete_by_parts(self._db, table, table.id, old)
 
     async def _end(self, tx: Transaction, session_id: str) -> None:
-        await tx.execute(
-            update(SessionRow)
-            .where(SessionRow.id == session_id, SessionRow.revoked_at.is_(None))
-            .values(revoked_at=self._clock.now())
-        )
+        await tx.execute(_END, {"session": session_id, "at": self._clock.now()})
         tx.invalidate(session_tag(session_id))
 
     async def _open(self, tx: Transaction, user: User, policy: SessionPolicy, now: datetime) -> RefreshToken:
         session_id = new_id()
         times = {"created_at": now, "expires_at": now + timedelta(seconds=policy.refresh_seconds)}
-        await tx.execute(
-            insert(SessionRow), {"id": session_id, "user_id": user.id, "audience": policy.audience, **times}
-        )
+        await tx.execute(_OPEN, {"id": session_id, "user_id": user.id, "audience": policy.audience, **times})
         return await self._store(tx, new_id(), session_id, user, policy, now)
 
     async def _store(
@@ -177,7 +181,7 @@ class SessionsService(Sessions):
         issued = now.replace(microsecond=0)
         token = RefreshToken(token_id, session_id, issued, issued + timedelta(seconds=policy.refresh_seconds))
         await tx.execute(
-            insert(RefreshTokenRow),
+            _STORE,
             {
                 "id": token_id,
                 "session_id": session_id,
@@ -209,7 +213,7 @@ class SessionsService(Sessions):
         child_id = new_id()
         if await tx.execute(_ROTATE, {"token_id": token_id, "at": now, "child": child_id}):
             child = await self._store(tx, child_id, session_id, user, policy, now)
-            await tx.execute(update(SessionRow).where(SessionRow.id == session_id).values(expires_at=child.expires_at))
+            await tx.execute(_EXTEND, {"session": session_id, "expires_at": child.expires_at})
             return child
         row = await tx.first(_SUCCESSOR, {"id": token_id})
         if row is None or row.rotated_at is not None or now - row.parent_rotated_at > GRACE:

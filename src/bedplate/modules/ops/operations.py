@@ -26,6 +26,7 @@ TAG = "maintenance"
 _ENTRIES = select(
     AuditRow.id, AuditRow.at, AuditRow.actor_id, AuditRow.action, AuditRow.subject, AuditRow.details
 ).order_by(AuditRow.at.desc(), AuditRow.id.desc())
+_AUDIT = insert(AuditRow)
 _MODE = select(MaintenanceRow.enabled, MaintenanceRow.message, MaintenanceRow.updated_at)
 ACTIONS = {
     UserDisabled: "user.disable",
@@ -105,7 +106,7 @@ async def _write(
     tx: Transaction, at: datetime, actor_id: str | None, action: str, subject: str, details: dict[str, Any]
 ) -> None:
     row = {"id": new_id(), "at": at, "actor_id": actor_id, "action": action, "subject": subject}
-    await tx.execute(insert(AuditRow), {**row, "details": details})
+    await tx.execute(_AUDIT, {**row, "details": details})
 
 
 async def _works(ping: Callable[[], Awaitable[None]]) -> bool:
