@@ -16,6 +16,7 @@ import redis
 
 from bedplate import migrations
 from bedplate.kernel.db import Base
+from bedplate.kernel.settings import Settings
 from bedplate.kernel.telemetry import configure_logging
 from tests import world as worlds
 from tests.world import World
@@ -186,7 +187,8 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=DEPLOYMENTS)
 async def world(request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Path) -> AsyncIterator[World]:
-    """The product in each deployment. Rate limits are off but for tests marked `limits`."""
+    """The product in each deployment. Rate limits are off but for tests marked `limits`, and passwords are hashed
+    quickly but for tests marked `hashing`."""
     async with deployed(request, tmp_path, sqlite_template) as opened:
         yield opened
 
@@ -196,6 +198,8 @@ async def deployed(request: pytest.FixtureRequest, tmp_path: Path, sqlite_templa
     """The deployment that a fixture's parameter names."""
     limited = request.node.get_closest_marker("limits") is not None
     overrides: dict[str, Any] = {"rate_limit_enabled": limited}
+    if request.node.get_closest_marker("hashing") is not None:
+        overrides |= {name: Settings.model_fields[name].default for name in worlds.QUICK_HASHES}
     opening: AbstractAsyncContextManager[World]
     if request.param == "postgres+redis":
         postgres, redis_url = (request.getfixturevalue(name) for name in ("empty_postgres", "empty_redis"))

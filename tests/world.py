@@ -27,6 +27,8 @@ from tests import factories
 from tests.factories import PASSWORD, Account, TurnableClock
 
 SECRET = "a-secret-of-the-tests-and-of-nobody-else"
+# Most tests need accounts, and few are about passwords: half of the time of all was hashing.
+QUICK_HASHES: dict[str, Any] = {"hash_memory_kib": 64, "hash_passes": 1}
 # Where accounts of a system sign in, and as what. The services of Commerce share one sign-in.
 _COMMERCE = ("user-service", "/api/auth/login", "email")
 LOGINS = {
@@ -119,7 +121,7 @@ class World:
 async def embedded(folder: Path, template: Path, **overrides: Any) -> AsyncIterator[World]:
     """SQLite and memory. `template`: a migrated, empty database to start from."""
     shutil.copy(template, folder / "bedplate.db")
-    settings = Settings(_env_file=None, secret=SECRET, data=folder, **overrides)
+    settings = Settings(_env_file=None, secret=SECRET, data=folder, **(QUICK_HASHES | overrides))
     async with _world(settings) as world:
         yield world
 
@@ -127,7 +129,8 @@ async def embedded(folder: Path, template: Path, **overrides: Any) -> AsyncItera
 @asynccontextmanager
 async def on_servers(folder: Path, postgres: str, redis: str, **overrides: Any) -> AsyncIterator[World]:
     """PostgreSQL, migrated and empty, and Redis."""
-    settings = Settings(_env_file=None, secret=SECRET, data=folder, database_url=postgres, redis_url=redis, **overrides)
+    stores = {"database_url": postgres, "redis_url": redis}
+    settings = Settings(_env_file=None, secret=SECRET, data=folder, **(QUICK_HASHES | stores | overrides))
     async with _world(settings) as world:
         yield world
 

@@ -161,6 +161,17 @@ def test_production_refuses_a_secret_that_could_be_guessed(monkeypatch: pytest.M
     assert secret is None or secret not in str(mistake.value)
 
 
+@pytest.mark.parametrize("weak", ["BEDPLATE_HASH_MEMORY_KIB=19455", "BEDPLATE_HASH_PASSES=1"])
+def test_production_refuses_hashes_that_are_cheaper_than_owasp_recommends(
+    monkeypatch: pytest.MonkeyPatch, weak: str
+) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    monkeypatch.setenv("API_SECRET_KEY", GOOD_SECRET)
+    monkeypatch.setenv(*weak.split("="))
+    with pytest.raises(OperatorError, match="BEDPLATE_HASH_MEMORY_KIB=19456 and BEDPLATE_HASH_PASSES=2 or more"):
+        load()
+
+
 def test_production_starts_with_a_good_secret_and_the_strict_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENVIRONMENT", "production")
     monkeypatch.setenv("API_SECRET_KEY", GOOD_SECRET)

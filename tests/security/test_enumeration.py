@@ -12,6 +12,8 @@ from bedplate.modules.identity.public import Users
 from tests import factories
 from tests.world import World
 
+pytestmark = pytest.mark.hashing
+
 WARM_UP = 20
 ATTEMPTS = 3
 CHANGING = re.compile(r'"(request_id|timestamp)":"[^"]*"')

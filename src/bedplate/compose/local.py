@@ -80,7 +80,8 @@ class Local:
 
     def _identity(self, db: Database, cache: Cache) -> None:
         runtime, clock, strict = self._runtime, self._clock, self._settings.strict_passwords
-        passwords = Passwords(self._settings.hash_workers)
+        settings = self._settings
+        passwords = Passwords(settings.hash_workers, settings.hash_memory_kib, settings.hash_passes)
         self._stack.callback(passwords.close)
         sessions = SessionsService(db, passwords, runtime.tokens, clock, strict_passwords=strict)
         self._offer(Users, UsersService(db, cache, passwords, clock, strict_passwords=strict))

@@ -29,6 +29,7 @@ COMMAND_SECONDS = 5.0
 CONNECT_SECONDS = 3.0
 POOL_SECONDS = 5.0
 POOL_SIZE = 10
+CLOSE_SECONDS = 1.0
 # More than the product has; what was prepared once is run without being parsed again.
 PREPARED = 1000
 GONE = (
@@ -42,6 +43,8 @@ GONE = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.TransactionRollbackError,
 )
+
+_PING = text("SELECT 1")
 
 
 def engine_for(url: str) -> AsyncEngine:
@@ -107,9 +110,9 @@ class Pool:
             self._turns.release()
 
     async def close(self) -> None:
-        for connection in self._free:
-            connection.terminate()
-        self._free.clear()
+        """Close those that nobody uses."""
+        free, self._free = self._free, []
+        await asyncio.gather(*(each.close(timeout=CLOSE_SECONDS) for each in free), return_exceptions=True)
 
     async def _take(self) -> asyncpg.Connection:
         async with asyncio.timeout(POOL_SECONDS) if self._turns.locked() else nullcontext():
@@ -242,9 +245,6 @@ class PostgresDatabase(Database):
 
     async def close(self) -> None:
         await self._pool.close()
-
-
-_PING = text("SELECT 1")
 
 
 def cause_of(error: Exception) -> str:

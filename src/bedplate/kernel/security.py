@@ -22,7 +22,7 @@ from joserfc.jwk import OctKey
 
 from bedplate.kernel.errors import Unavailable
 from bedplate.kernel.secret import MINIMUM_SECRET
-from bedplate.kernel.settings import OperatorError, Settings
+from bedplate.kernel.settings import OWASP_MEMORY_KIB, OWASP_PASSES, OperatorError, Settings
 
 T = TypeVar("T")
 
@@ -33,10 +33,11 @@ REMEMBERED = 4096
 
 
 class Passwords:
-    """Argon2id at the OWASP minimum (19 MiB, 2 passes, 1 lane), off the event loop, so many at once as cores."""
+    """Argon2id, by default at the OWASP minimum (19 MiB, 2 passes, 1 lane), off the event loop, so many at once as
+    cores."""
 
-    def __init__(self, workers: int = 0) -> None:
-        self._hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+    def __init__(self, workers: int = 0, memory_kib: int = OWASP_MEMORY_KIB, passes: int = OWASP_PASSES) -> None:
+        self._hasher = PasswordHasher(time_cost=passes, memory_cost=memory_kib, parallelism=1)
         self._pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, "hash", initializer=_yield_to_the_loop)
         self._waiting = 0
         self._dummy: str | None = None
@@ -50,7 +51,7 @@ class Passwords:
         return await self._off_loop(lambda: self._verify(stored, password))
 
     def outdated(self, stored: str) -> bool:
-        """Whether the hash was made with weaker parameters than today's."""
+        """Whether the hash was made with other parameters than today's."""
         return self._hasher.check_needs_rehash(stored)
 
     def close(self) -> None:

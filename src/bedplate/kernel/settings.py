@@ -23,6 +23,10 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, Sett
 from bedplate.kernel.limits import Limit
 from bedplate.kernel.secret import LEAST_SECRET, MINIMUM_SECRET, guessable
 
+# The least that OWASP recommends for Argon2id with one lane.
+OWASP_MEMORY_KIB = 19_456
+OWASP_PASSES = 2
+
 
 class Environment(StrEnum):
     DEVELOPMENT = "development"
@@ -205,7 +209,22 @@ class Settings(BaseSettings):
         0,
         validation_alias="BEDPLATE_HASH_WORKERS",
         ge=0,
-        description="Passwords hashed at once (19 MiB each). 0: as many as there are cores.",
+        description="Passwords hashed at once. 0: as many as there are cores.",
+    )
+    hash_memory_kib: int = Field(
+        OWASP_MEMORY_KIB,
+        validation_alias="BEDPLATE_HASH_MEMORY_KIB",
+        ge=8,
+        le=4 * 2**20,
+        description="Memory that Argon2id takes for each password, in KiB; in production no less than the default. "
+        "Hashes made otherwise are renewed at the next sign-in.",
+    )
+    hash_passes: int = Field(
+        OWASP_PASSES,
+        validation_alias="BEDPLATE_HASH_PASSES",
+        ge=1,
+        le=100,
+        description="How often Argon2id goes over that memory; in production no less than the default.",
     )
     require_auth: bool | None = Field(
         None,
@@ -329,6 +348,11 @@ class Settings(BaseSettings):
             if guessable(secret):
                 raise ValueError(
                     f"ENVIRONMENT=production needs API_SECRET_KEY with {MINIMUM_SECRET} random characters or more"
+                )
+            if self.hash_memory_kib < OWASP_MEMORY_KIB or self.hash_passes < OWASP_PASSES:
+                raise ValueError(
+                    f"ENVIRONMENT=production needs BEDPLATE_HASH_MEMORY_KIB={OWASP_MEMORY_KIB} "
+                    f"and BEDPLATE_HASH_PASSES={OWASP_PASSES} or more"
                 )
         if self.secret is not None and len(self.secret.get_secret_value()) < LEAST_SECRET:
             raise ValueError(

@@ -319,6 +319,7 @@ async def test_tokens_are_stored_as_hashes(world: World, grant: Grant) -> None:
     assert [row.token_hash for row in rows] == [digest(grant.refresh_token)]
 
 
+@pytest.mark.hashing
 async def test_a_password_is_hashed_anew_when_parameters_have_risen(
     world: World, sessions: Sessions, user: User
 ) -> None:
