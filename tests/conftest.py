@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -53,6 +54,9 @@ REDIS_DATABASE = 13 - 4 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").remov
 def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name.startswith("BEDPLATE_") and "_TEST_" not in name]:
         del os.environ[name]
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a shell does for what it runs in the background; the processes that tests interrupt would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     configure_logging("ERROR")
 
 

@@ -270,9 +270,12 @@ def test_whoever_follows_events_is_told_from_when_on(tmp_path: Path) -> None:
         line, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as tail:
         assert tail.stdout is not None and tail.stderr is not None
-        assert tail.stderr.readline() == b"following; Ctrl-C ends it\n"
-        tail.send_signal(signal.SIGINT)
-        assert (tail.stdout.read(), tail.stderr.read(), tail.wait(20)) == (b"", b"", 0)
+        try:
+            assert tail.stderr.readline() == b"following; Ctrl-C ends it\n"
+            tail.send_signal(signal.SIGINT)
+            assert (*tail.communicate(timeout=20), tail.returncode) == (b"", b"", 0)
+        finally:
+            tail.kill()
 
 
 def findings(folder: Path) -> list[dict[str, Any]]:
