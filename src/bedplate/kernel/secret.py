@@ -1,9 +1,12 @@
-"""The secret that signs tokens: whether it could be guessed."""
+"""How strong secrets have to be: the one that signs tokens, and the hashes of passwords."""
 
 import re
 
 MINIMUM_SECRET = 32
 LEAST_SECRET = 16  # outside production
+# The least that OWASP recommends for Argon2id with one lane.
+HASH_MEMORY_KIB = 19_456
+HASH_PASSES = 2
 # What stands in documents, tutorials and example files, without its separators, in lower case.
 EXAMPLE_SECRETS = (
     "yoursecret",

@@ -21,8 +21,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 
 from bedplate.kernel.errors import Unavailable
-from bedplate.kernel.secret import MINIMUM_SECRET
-from bedplate.kernel.settings import OWASP_MEMORY_KIB, OWASP_PASSES, OperatorError, Settings
+from bedplate.kernel.secret import HASH_MEMORY_KIB, HASH_PASSES, MINIMUM_SECRET
+from bedplate.kernel.settings import OperatorError, Settings
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Passwords:
     """Argon2id, by default at the OWASP minimum (19 MiB, 2 passes, 1 lane), off the event loop, so many at once as
     cores."""
 
-    def __init__(self, workers: int = 0, memory_kib: int = OWASP_MEMORY_KIB, passes: int = OWASP_PASSES) -> None:
+    def __init__(self, workers: int = 0, memory_kib: int = HASH_MEMORY_KIB, passes: int = HASH_PASSES) -> None:
         self._hasher = PasswordHasher(time_cost=passes, memory_cost=memory_kib, parallelism=1)
         self._pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, "hash", initializer=_yield_to_the_loop)
         self._waiting = 0
