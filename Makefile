@@ -35,12 +35,20 @@ run: setup  ## start Bedplate on 127.0.0.1:8000 (ARGS="--port 9000")
 	@exec $(BIN)/bedplate up $(ARGS)
 
 # Two processes, then what has to have the machine to itself. 5: nothing was chosen for one of the two.
+# Tests with real servers, time limits and crowds can fail because the machine was busy: what failed (1) is tried once
+# more by itself, and is named. What fails again has failed.
+PYTEST := $(BIN)/python -m pytest -o cache_dir=.pytest_cache/make
 test: setup  ## every test that this machine can run (ARGS="-k refresh")
-	@beside=0; alone=0; \
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone and not faults and not bench" $(ARGS) || beside=$$?; \
-	$(BIN)/python -m pytest -m "alone and not faults and not bench" $(ARGS) || alone=$$?; \
+	@beside=0; alone=0; rm -rf .pytest_cache/make; \
+	$(PYTEST) -n 2 --dist worksteal -m "not alone and not faults and not bench" $(ARGS) || beside=$$?; \
+	$(PYTEST) -m "alone and not faults and not bench" $(ARGS) || alone=$$?; \
 	[ $$beside = 5 ] && [ $$alone != 5 ] && beside=0; [ $$alone = 5 ] && [ $$beside != 5 ] && alone=0; \
-	exit $$((beside ? beside : alone))
+	code=$$((beside ? beside : alone)); \
+	if [ $$beside -le 1 ] && [ $$alone -le 1 ] && [ $$code = 1 ]; then \
+		echo "Some failed. Once more, one after the other:"; code=0; \
+		$(PYTEST) -v --last-failed --last-failed-no-failures none -m "not faults and not bench" $(ARGS) || code=$$?; \
+	fi; \
+	exit $$code
 
 check: setup  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check
