@@ -189,18 +189,16 @@ class SqliteDatabase(Database):
 
     def rows(self, connection: Any, statement: Executable, parameters: Parameters | None) -> Sequence[Record]:
         plan = self._plans.of(statement, parameters or {})
-        cursor = self._run(connection.execute, plan.sql, plan.values(parameters or {}))
-        found = _answered(cursor.fetchall)
-        make = plan.make or plan.learn([column[0] for column in cursor.description])
+        found, columns = self._run(_all, connection, plan.sql, plan.values(parameters or {}))
+        make = plan.make or plan.learn([column[0] for column in columns])
         return [make(each) for each in found]
 
     def row(self, connection: Any, statement: Executable, parameters: Parameters | None) -> Record | None:
         plan = self._plans.of(statement, parameters or {})
-        cursor = self._run(connection.execute, plan.sql, plan.values(parameters or {}))
-        found = _answered(cursor.fetchone)
-        make = plan.make or plan.learn([column[0] for column in cursor.description])
-        cursor.close()  # or it would go on reading what is there now
-        return None if found is None else make(found)
+        found, columns = self._run(_first, connection, plan.sql, plan.values(parameters or {}))
+        if found is None:
+            return None
+        return (plan.make or plan.learn([column[0] for column in columns]))(found)
 
     def execute(self, connection: Any, statement: Executable, parameters: Any) -> int:
         if isinstance(parameters, list):
@@ -211,13 +209,13 @@ class SqliteDatabase(Database):
             cursor = self._run(connection.execute, plan.sql, plan.values(parameters or {}))
         return int(cursor.rowcount)
 
-    def _run(self, execute: Any, sql: str, values: Any) -> Any:
-        """Execute, and say how long it took."""
+    def _run(self, ask: Callable[..., Any], *arguments: Any) -> Any:
+        """Ask, and say how long it took."""
         if not self.observers:
-            return _answered(execute, sql, values)
+            return _answered(ask, *arguments)
         began = time.perf_counter()
         try:
-            return _answered(execute, sql, values)
+            return _answered(ask, *arguments)
         finally:
             seconds = time.perf_counter() - began
             for observe in self.observers:
@@ -305,6 +303,19 @@ class SqliteDatabase(Database):
         # On the writing connection this changes with commits of other processes only.
         self._version.execute("PRAGMA data_version")
         return int(self._version.fetchone()[0])
+
+
+def _all(connection: Any, sql: str, values: Sequence[Any]) -> tuple[list[Any], Any]:
+    """All rows, and what is said of their columns."""
+    cursor = connection.execute(sql, values)
+    return cursor.fetchall(), cursor.description
+
+
+def _first(connection: Any, sql: str, values: Sequence[Any]) -> tuple[Any, Any]:
+    cursor = connection.execute(sql, values)
+    found, columns = cursor.fetchone(), cursor.description
+    cursor.close()  # or it would go on reading what is there now
+    return found, columns
 
 
 def _answered(ask: Callable[..., Any], *arguments: Any) -> Any:
