@@ -1,6 +1,7 @@
 """The database: one interface, the same behaviour on SQLite and on PostgreSQL."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
@@ -347,6 +348,23 @@ async def test_a_connection_lost_inside_a_transaction_is_unavailable_and_nothing
                 await wire.cut()
         await wire.mend()
         assert await db.scalar(COUNT) == 0
+
+
+async def test_connections_that_the_server_ended_while_nobody_used_them_are_unavailable_or_replaced(
+    empty_postgres: str,
+) -> None:
+    db, owner = PostgresDatabase(empty_postgres), PostgresDatabase(empty_postgres)
+    pids = text("SELECT pg_backend_pid()")
+    for _ in range(30):
+        pid = await db.scalar(pids)
+        await owner.first(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        for attempt in (lambda: _write(db), lambda: _write(db)):  # the first may meet the connection before its end
+            with contextlib.suppress(Unavailable):
+                await attempt()
+        assert await db.scalar(pids) != pid
+    assert 30 <= await db.scalar(COUNT) <= 60, "of two in a row, one finds a connection"
+    await db.close()
+    await owner.close()
 
 
 async def test_a_connection_lost_inside_a_statement_is_unavailable(empty_postgres: str) -> None:
