@@ -2,7 +2,10 @@
 
 import ast
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from bedplate.kernel import failpoints
 
 SRC = Path(__file__).parent.parent / "src" / "bedplate"
 
@@ -18,6 +21,18 @@ def reached_in(source: Path) -> Iterator[str]:
 
 
 FAILPOINTS: tuple[str, ...] = tuple(sorted(set(reached_in(SRC))))
+
+
+@contextmanager
+def noted() -> Iterator[set[str]]:
+    """Those that are reached meanwhile."""
+    reached: set[str] = set()
+
+    async def note(name: str) -> None:
+        reached.add(name)
+
+    with failpoints.watched(note):
+        yield reached
 
 
 def of_module(name: str) -> tuple[str, ...]:

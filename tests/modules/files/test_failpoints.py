@@ -13,7 +13,7 @@ from bedplate.kernel.outbox import revive
 from bedplate.models import FileRow
 from bedplate.modules.files.public import File
 from bedplate.modules.files.store import READ
-from tests.failpoints import of_module
+from tests.failpoints import noted, of_module
 from tests.modules.files.cabinet import EVERYTHING, Cabinet, owner
 from tests.security.crowd import on_both_engines
 
@@ -74,12 +74,7 @@ async def assert_all_is_well(cabinet: Cabinet, me: str) -> None:
 
 @pytest.mark.parametrize("world", ["sqlite"], indirect=True)
 async def test_the_walk_comes_by_every_failpoint(cabinet: Cabinet) -> None:
-    reached: set[str] = set()
-
-    async def note(name: str) -> None:
-        reached.add(name)
-
-    with failpoints.watched(note):
+    with noted() as reached:
         await assert_all_is_well(cabinet, await walk(cabinet))
     assert set(POINTS) <= reached
 

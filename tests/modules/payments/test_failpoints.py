@@ -18,7 +18,7 @@ from bedplate.models import OutboxRow, PaymentRow
 from bedplate.modules.orders.public import Order, OrderStatus
 from bedplate.modules.payments.public import AlreadyPaid, PaymentStatus
 from bedplate.modules.payments.sandbox import CHARGE, REFUND
-from tests.failpoints import of_module
+from tests.failpoints import noted, of_module
 from tests.modules.payments.shop import TOTAL, Shop, card, once
 
 POINTS = of_module("payments")
@@ -92,12 +92,7 @@ async def assert_all_is_well(shop: Shop, expected: dict[str, str]) -> None:
 
 
 async def test_the_walk_comes_by_every_failpoint(sqlite_shop: Shop) -> None:
-    reached: set[str] = set()
-
-    async def note(name: str) -> None:
-        reached.add(name)
-
-    with failpoints.watched(note):
+    with noted() as reached:
         await assert_all_is_well(sqlite_shop, await walk(sqlite_shop))
     assert set(POINTS) <= reached
 
