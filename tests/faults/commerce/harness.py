@@ -115,6 +115,8 @@ async def orders(history: History, number: int, seconds: float) -> None:
 
 async def outcome(there: Deployment, history: History, began: float, seconds: float = SETTLE_SECONDS) -> Outcome:
     found, took, stores = await settled(there, history, seconds)
+    if defects := history.statuses()[500]:
+        found = [*found, f"{defects} answers are 500: what is away is a 503"]
     return Outcome(found, took, stores, history, time.monotonic() - began)
 
 
