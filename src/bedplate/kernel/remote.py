@@ -25,6 +25,7 @@ log = logging.getLogger("bedplate.remote")
 F = TypeVar("F")
 
 CONNECT_SECONDS = 1.0
+NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 RETRY_PAUSES_SECONDS = (0.1, 0.2, 0.4)  # at most: what is waited is drawn from the upper half of each
 AT_ONCE = 100
 TURN_SECONDS = 1.0
@@ -106,18 +107,21 @@ class RemoteCaller:
         headers = {"authorization": self._credentials.header(), "content-type": "application/json"}
         if request_id := REQUEST_ID.get():
             headers["x-request-id"] = request_id
-        for pause in (*RETRY_PAUSES_SECONDS, None):
-            try:
-                async with self._session.post(
-                    self._url + path, data=content, headers=headers, allow_redirects=False
-                ) as response:
-                    return response.status, await response.read()
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-                log.debug("no connection came about", extra={"path": path})
-                if pause is None:
-                    raise
+        for pause in RETRY_PAUSES_SECONDS:
+            with contextlib.suppress(*NOT_SENT):
+                return await self._send(path, content, headers)
             await asyncio.sleep(random.uniform(pause / 2, pause))  # so that many callers do not come back together
-        raise AssertionError("the last try has ended it")
+        return await self._send(path, content, headers)
+
+    async def _send(self, path: str, content: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        try:
+            async with self._session.post(
+                self._url + path, data=content, headers=headers, allow_redirects=False
+            ) as response:
+                return response.status, await response.read()
+        except NOT_SENT:
+            log.debug("no connection came about", extra={"path": path})
+            raise
 
     async def ping(self) -> None:
         """Raises Unavailable if the other process is not ready, or does not accept calls from here."""

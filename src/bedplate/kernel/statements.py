@@ -37,11 +37,12 @@ class Plan:
         for place, part in enumerate(state.positiontup or ()):
             name, at = lists.get(part, (part, None))
             process = _bind(compiled.binds[name].type, dialect)
-            value = state.parameters[part]
             if name in given:
                 self._given.append((place, name, at, process))
-                value = None
-            self._constants.append(process(value) if process is not None else value)
+                self._constants.append(None)
+            else:
+                value = state.parameters[part]
+                self._constants.append(value if process is None else process(value))
         columns: Iterable[Any] = getattr(statement, "exported_columns", ())
         self._processes: Any = tuple(_result(column.type, dialect) for column in columns)
         # What makes a row of what the driver brings, once its columns' names are known.

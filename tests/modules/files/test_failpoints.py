@@ -76,7 +76,7 @@ async def assert_all_is_well(cabinet: Cabinet, me: str) -> None:
 async def test_the_walk_comes_by_every_failpoint(cabinet: Cabinet) -> None:
     with noted() as reached:
         await assert_all_is_well(cabinet, await walk(cabinet))
-    assert set(POINTS) <= reached
+    assert sorted(point for point in reached if point.startswith("files.")) == list(POINTS)
 
 
 @on_both_engines

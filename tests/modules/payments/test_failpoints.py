@@ -94,7 +94,7 @@ async def assert_all_is_well(shop: Shop, expected: dict[str, str]) -> None:
 async def test_the_walk_comes_by_every_failpoint(sqlite_shop: Shop) -> None:
     with noted() as reached:
         await assert_all_is_well(sqlite_shop, await walk(sqlite_shop))
-    assert set(POINTS) <= reached
+    assert sorted(point for point in reached if point.startswith("payments.")) == list(POINTS)
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
